@@ -178,6 +178,28 @@ def riemann(n:int)->tuple: # nodes and weights on [0, 1], float32 (n,) each
     return torch.linspace(0, 1, n), torch.full((n,), 1 / n)
 
 # %% ../nbs/04_attribution.ipynb #241b7fbd
+def _panels(runs, target, layer, base, cell, lo, width, x, w, batch_rows, tick):  # P at each panel's start, and its part of the integral
+    start, area = torch.empty(len(cell), device=lo.device), torch.empty(len(cell), runs.lm.d_mlp, device=lo.device)
+    for at in torch.arange(len(cell), device=lo.device).split(max(1, batch_rows // len(x))):
+        at = at[layer[cell[at]].argsort(stable=True)]                             # a sweep goes up the layers
+        c = cell[at]; t, l = target[c], layer[c]
+        a = runs.acts[t, l].float()
+        b = torch.zeros_like(a) if base is None else base[c]
+        values = b[:, None] + (lo[at, None] + width[at, None] * x)[..., None] * (a - b)[:, None]   # (panels, nodes, d_mlp)
+        p, g = sweep(runs, *(v.repeat_interleave(len(x)) for v in (t, l)), values.flatten(0, 1).to(runs.lm.dtype))
+        start[at] = p.view(len(at), -1)[:, 0]
+        area[at] = torch.einsum("pnd,n->pd", g.float().view(values.shape), w) * width[at, None] * (a - b)
+        tick(len(p))
+    return start, area
+
+def _worst(err, cell, allowed):  # the fewest panels, by largest error, without which each cell's errors sum to at most `allowed[cell]`
+    order = err.argsort(stable=True); order = order[cell[order].argsort(stable=True)]
+    e, c = err[order].double(), cell[order]
+    per_cell = torch.zeros(len(allowed), dtype=e.dtype, device=e.device).index_add_(0, c, e)
+    upto = e.cumsum(0) - (per_cell.cumsum(0) - per_cell)[c]
+    return torch.zeros_like(cell, dtype=torch.bool).index_put((order,), upto > allowed[c])
+
+# %% ../nbs/04_attribution.ipynb #4a8c3bb5
 def integrate(
     runs:Runs,             # queries that were run
     base=None,             # float32 (paths, n_layers, d_mlp): where each path starts; zeros if None
@@ -188,50 +210,41 @@ def integrate(
     rtol:float=1e-2,       # and the same as a share of the largest P on the path
     batch_rows:int=256,    # rows per sweep
     tick=lambda n: None,   # told of rows done
-)->tuple:                  # attributions (paths, n_layers, d_mlp), gaps (paths, n_layers), rows used
+)->tuple:                  # attributions (paths, n_layers, d_mlp), gaps (paths, n_layers), rows used (paths,)
     "(a - base) * the mean of dP(answer)/da on the way from `base` to the activations `a`, one layer at a time."
     if quadrature not in ("adaptive", "riemann"): raise ValueError(f"quadrature={quadrature!r}: choose 'adaptive' or 'riemann'.")
-    lm, dev, split = runs.lm, runs.lm.device, 4
-    x, w = (v.to(dev) for v in (radau(steps or 5) if quadrature == "adaptive" else riemann(steps or 20)))
+    lm, dev, adaptive, split = runs.lm, runs.lm.device, quadrature == "adaptive", 4
     target = torch.arange(len(runs), device=dev) if target is None else target
     path = torch.arange(len(target), device=dev).repeat_interleave(lm.n_layers)   # a cell is one (path, layer)
     layer = torch.arange(lm.n_layers, device=dev).repeat(len(target))
+    total, done = torch.zeros(len(path), lm.d_mlp, device=dev), torch.zeros(len(path), device=dev)
+    rows = torch.zeros(len(target), dtype=torch.long, device=dev)
+    rounds = 10 if adaptive and lm.dtype in (torch.float32, torch.float64) else 1  # below float32 the gap is rounding
 
-    def panels(cell, lo, width):  # P at the start of each panel, and its share of the integral (panels, d_mlp)
-        start, area = torch.empty(len(cell), device=dev), torch.empty(len(cell), lm.d_mlp, device=dev)
-        for at in torch.arange(len(cell), device=dev).split(max(1, batch_rows // len(x))):
-            at = at[layer[cell[at]].argsort(stable=True)]                         # a sweep goes up the layers
-            c = cell[at]; t, l = target[path[c]], layer[c]
-            a = runs.acts[t, l].float()
-            b = torch.zeros_like(a) if base is None else base[path[c], l]
-            values = b[:, None] + (lo[at, None] + width[at, None] * x)[..., None] * (a - b)[:, None]  # (panels, nodes, d_mlp)
-            p, g = sweep(runs, *(v.repeat_interleave(len(x)) for v in (t, l)), values.flatten(0, 1).to(lm.dtype))
-            start[at] = p.view(len(at), -1)[:, 0]
-            area[at] = torch.einsum("pnd,n->pd", g.float().view(values.shape), w) * width[at, None] * (a - b)
-            tick(len(p))
-        return start, area
-
-    cell, lo, width, end = torch.arange(len(path), device=dev), torch.zeros(len(path), device=dev), torch.ones(len(path), device=dev), runs.prob[target][path]
-    total, done, rows = torch.zeros(len(path), lm.d_mlp, device=dev), torch.zeros(len(path), device=dev), 0
-    rounds = 10 if quadrature == "adaptive" and lm.dtype in (torch.float32, torch.float64) else 1   # below float32 the gap is rounding
+    n = torch.where(layer == 0, split if adaptive else 1, 1)                      # the first layer's path is rarely smooth: it starts cut
+    cell = torch.arange(len(path), device=dev).repeat_interleave(n)
+    nth = torch.arange(len(cell), device=dev) - (n.cumsum(0) - n)[cell]           # a panel is a stretch of a cell's path
+    width, last, end = 1 / n[cell], nth == n[cell] - 1, runs.prob[target][path][cell]
+    lo = nth * width
     for r in range(rounds):
-        start, area = panels(cell, lo, width)
-        rows += len(cell) * len(x)
+        x, w = (v.to(dev) for v in (radau((steps or 5) + 2 * (r > 0)) if adaptive else riemann(steps or 20)))
+        start, area = _panels(runs, target[path], layer, base if base is None else base[path, layer], cell, lo, width, x, w, batch_rows, tick)
+        rows += len(x) * torch.bincount(path[cell], minlength=len(target))
         if r == 0:
-            change = end - start                                                  # what a layer's attributions must sum to
-            bound = (rtol * torch.maximum(start, end).view(len(target), -1).amax(1)[path]).clamp(max=tol)
-        else: end = torch.cat([start.view(-1, split)[:, 1:], end[::split, None]], 1).flatten()      # a panel ends where the next starts
+            change = runs.prob[target][path] - start[lo == 0]                     # what a cell's attributions must sum to
+            bound = (rtol * torch.maximum(start[lo == 0], end[last]).view(len(target), -1).amax(1)[path]).clamp(max=tol)
+        end = torch.where(last, end, start.roll(-1))                              # a panel ends where the next one starts
         err = (area.sum(1) - (end - start)).abs()                                 # completeness, panel by panel
-        fair = (bound - done).clamp(min=0) / torch.bincount(cell, minlength=len(path)).clamp(min=1)
-        bad = (done.index_add(0, cell, err) > bound)[cell] & (err > fair[cell]) & (r < rounds - 1)
+        bad = _worst(err, cell, bound - done) & (r < rounds - 1)
         total.index_add_(0, cell[~bad], area[~bad]); done.index_add_(0, cell[~bad], err[~bad])
         if not bad.any(): break
-        cell, end, width = (v[bad].repeat_interleave(split) for v in (cell, end, width / split))
-        lo = lo[bad].repeat_interleave(split) + width * torch.arange(split, device=dev).repeat(int(bad.sum()))
+        nth = torch.arange(split, device=dev).repeat(int(bad.sum()))
+        cell, lo, width, end = (v[bad].repeat_interleave(split) for v in (cell, lo, width / split, end))
+        lo, last = lo + nth * width, nth == split - 1
     shape = len(target), lm.n_layers
     return total.view(*shape, -1), (total.sum(1) - change).abs().view(shape), rows
 
-# %% ../nbs/04_attribution.ipynb #c6ed47bf
+# %% ../nbs/04_attribution.ipynb #b856dd79
 def gradients(
     runs:Runs,  # queries that were run
 )->torch.Tensor: # (targets, n_layers, d_mlp)
@@ -244,7 +257,7 @@ def gradients(
         _, grads = prob_grad(decode(runs, torch.arange(len(runs), device=runs.lm.device)), runs.answer, leaves)
         return torch.stack([g[:, 0] for g in grads], 1)
 
-# %% ../nbs/04_attribution.ipynb #84414334
+# %% ../nbs/04_attribution.ipynb #ade36d93
 LOCALIZERS = {}
 
 def localizer(
@@ -259,7 +272,7 @@ def _per_query(runs, x):  # mean over each query's targets: (queries, ...)
     out = torch.zeros(n, *x.shape[1:], device=x.device).index_add_(0, runs.query, x.float())
     return (out / torch.bincount(runs.query, minlength=n).view(-1, *[1] * (x.ndim - 1))).cpu()
 
-# %% ../nbs/04_attribution.ipynb #b856dd79
+# %% ../nbs/04_attribution.ipynb #f66da53d
 def _path_scores(lm, queries, batch_rows, tick, starts=None, after=lambda a: a, **options):
     "Run `queries`, integrate from `starts(runs)`, and average over the answer tokens (and over a token's paths)."
     runs = run_queries(lm, queries)
@@ -267,7 +280,8 @@ def _path_scores(lm, queries, batch_rows, tick, starts=None, after=lambda a: a, 
     attr, gap, rows = integrate(runs, base, target, batch_rows=batch_rows, tick=tick, **options)
     n = torch.bincount(target, minlength=len(runs)).float()
     mean = lambda v: torch.zeros(len(runs), *v.shape[1:], device=lm.device).index_add_(0, target, v) / n.view(-1, *[1] * (v.ndim - 1))
-    return [Scores(v, g, info=dict(rows=rows)) for v, g in zip(_per_query(runs, mean(after(attr))), _per_query(runs, mean(gap)))]
+    used = torch.zeros(len(queries), dtype=torch.long, device=lm.device).index_add_(0, runs.query[target], rows).tolist()
+    return [Scores(v, g, info=dict(rows=n)) for v, g, n in zip(_per_query(runs, mean(after(attr))), _per_query(runs, mean(gap)), used)]
 
 @localizer("ig")
 def ig(lm, queries, quadrature="adaptive", steps=None, tol=1e-3, rtol=1e-2, batch_rows=256, tick=lambda n: None):
@@ -305,7 +319,7 @@ def read_last(
     with lm.hook_neurons(look): lm.run(*lm.pad(seqs))
     return torch.stack(acts, 2)
 
-# %% ../nbs/04_attribution.ipynb #af235d28
+# %% ../nbs/04_attribution.ipynb #a730a29b
 @localizer("amig")
 def amig(lm, queries, reference=None, quadrature="adaptive", steps=None, tol=1e-3, rtol=1e-2, batch_rows=256, tick=lambda n: None):
     "As `ig`, from the mean activations over `reference` prompts (64 embedded ones if None); each layer divided by its sum of absolute scores."
@@ -336,7 +350,7 @@ def random(lm, queries, seed=0):
         return torch.rand(lm.n_layers, lm.d_mlp, generator=torch.Generator().manual_seed(int.from_bytes(key[:7], "big")))
     return [Scores(draw(q)) for q in queries]
 
-# %% ../nbs/04_attribution.ipynb #f66da53d
+# %% ../nbs/04_attribution.ipynb #d0d982c6
 @dataclass
 class Estimate:
     "What a call will cost, before it starts."
@@ -367,7 +381,7 @@ def estimate(
     nodes = options.get("steps") or (20 if options.get("quadrature") == "riemann" else 5)
     paths = {"ig": 1, "amig": 1, "sig": width}.get(method, 0)
     targets = [len(e.answer) for e in es]
-    rows = sum(targets) * (paths * lm.n_layers * nodes or 1)
+    rows = sum(targets) * (paths * (lm.n_layers + (3 if options.get("quadrature") != "riemann" else 0)) * nodes or 1)
     per_row = size * (lm.n_layers * (12 * lm.d_model + 6 * lm.d_mlp + 4 * width * kv_dim) / (2 if paths else 1) + 3 * vocab)
     per_query = max(targets) * lm.n_layers * (lm.d_mlp * (size + 4 * (1 + 2 * paths)) + size * lm.d_model) + 2 * size * width * lm.n_layers * kv_dim
     batch_size = batch_size or int(min(len(es), max(1, memory / 4 // per_query)))
@@ -377,7 +391,7 @@ def estimate(
     flops = 2 * sum(len(e.prompt) + len(e.answer) for e in es) * block * lm.n_layers + 4 * rows * (depth * block + vocab * lm.d_model)
     return Estimate(rows, flops, int(need), batch_size, batch_rows)
 
-# %% ../nbs/04_attribution.ipynb #a730a29b
+# %% ../nbs/04_attribution.ipynb #b203edd0
 def localize(
     lm:LM,               # the model
     queries,             # a query, or a list of them
@@ -398,7 +412,7 @@ def localize(
     if bad and not any(p.kind == p.VAR_KEYWORD for p in takes.values()): raise TypeError(f"{method} has no option {bad[0]!r}. Its options: {own or 'none'}.")
     if not queries: return []
     est, out, began = estimate(lm, queries, method, memory, batch_size, **options), [], time.perf_counter()
-    with frozen(lm.model), tqdm(total=est.rows, desc=f"{method}: {est.bytes/1e9:.1f} GB", unit="row", delay=2, disable=not progress) as bar:
+    with frozen(lm.model), tqdm(total=est.rows, desc=f"{method}: {est.bytes/1e9:.1f} GB", unit="row", delay=2, **({} if progress else dict(disable=True))) as bar:
         def tick(n): bar.total = max(bar.total, bar.n + n); bar.update(n)
         extra = {k: v for k, v in dict(batch_rows=est.batch_rows, tick=tick).items() if k in takes}
         for k in range(0, len(queries), est.batch_size):

@@ -121,15 +121,8 @@ def say(text): print(f"knowloc: {text}", file=sys.stderr, flush=True)
 
 def load(a):
     "The model that `--model`, `--dtype` and `--device` name."
-    import torch, knowloc as kl
-    from transformers.utils import logging
-    try: torch.empty(0, device=kl.model.pick_device(a.device))
-    except (RuntimeError, AssertionError) as e: raise ValueError(f"Cannot use the device {a.device!r}: {str(e).splitlines()[0]}") from e
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try: return kl.load_lm(a.model, dtype=a.dtype, device=a.device)
-    finally:
-        if bars: logging.enable_progress_bar()
+    import knowloc as kl
+    return kl.load_lm(a.model, dtype=a.dtype, device=a.device)
 
 @contextlib.contextmanager
 def figure(path):
@@ -313,8 +306,8 @@ def page(
     figures = "".join(show(f, draw.__doc__) for f, draw in FIGURES.items())
     did = (f"knowloc took {n} facts that the model answers right in several wordings, {len(study.queries)} queries in all. For each "
            f"query it scored every neuron with {study.method} and took the {k} best. It then set these {k} to 0, and doubled them, while "
-           f"the model answered the same query. Each number has a control beside it: {study.draws} draws of {k} random neurons, or queries of "
-           "different facts.")
+           f"the model answered the same query. Each number has a control beside it: {study.draws} draws of {k} random neurons, or queries "
+           "of different facts.")
     used = {**{a: b for a, b in manifest.items() if a != "versions"}, **manifest["versions"]}
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{esc(name)}: {n} facts</title><style>{STYLE}</style></head><body>
@@ -322,7 +315,7 @@ def page(
 <h2>Findings</h2><ul>{"".join(f"<li>{esc(s)}</li>" for s in findings(study))}</ul>
 <div class="wide">{table(study).to_html(float_format="{:.3g}".format, border=0)}</div>
 <h2>Figures</h2>{figures}
-<h2>What the words mean</h2>{defs({f"score ({study.method})": kl.LOCALIZERS[study.method].__doc__, **METRICS})}
+<h2>What the words mean</h2>{defs({f"score ({study.method})": kl.attribution.LOCALIZERS[study.method].__doc__, **METRICS})}
 <h2>The queries</h2>{defs({l: " · ".join(f.prompts) for l, f in zip(study.labels, study.facts)})}
 <h2>How it was made</h2>{defs(used)}
 <p>Rows: {", ".join(f"<code>{r}.parquet</code>" for r in ROWS)}. Everything else: <code>manifest.json</code>.</p></body></html>"""
@@ -370,8 +363,8 @@ def models(a):
         print(f"  {name:10} {'cached' if any(p.name.lower().startswith(name) for p in kept) else 'not yet':9}{about}")
     print(f"kept in {str(home).replace(str(Path.home()), '~', 1)}:")
     for p in kept: print(f"  {p.name} ({sum(f.stat().st_size for f in p.rglob('*') if f.is_file()) / 1e6:,.0f} MB)")
-    print("known shapes (blocks; down-projection):")
-    for r in kl.model.ARCHS: print(f"  {r.name:10} {r.blocks}; {r.down}")
+    print("families (any that has one of these shapes works):")
+    for r in kl.model.ARCHS: print(f"  {r.name:10} {r.families}")
 
 # %% ../nbs/16_cli.ipynb #66d55d1d
 class _Parser(argparse.ArgumentParser):

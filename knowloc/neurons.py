@@ -8,7 +8,7 @@ Docs: https://knowloc.github.io/knowloc/neurons.html.md"""
 __all__ = ['Neurons', 'Scores', 'shared', 'intervene', 'suppress', 'enhance', 'keep_only', 'patch', 'read']
 
 # %% ../nbs/01_neurons.ipynb #64d8b913
-import contextlib, json, math
+import contextlib, json
 from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
@@ -218,7 +218,7 @@ def read(
     out = [None] * len(queries)
     for idx, es, ids, mask in lm.batches(queries, batch_size):
         seen, keep = {}, max(len(e.answer) for e in es)
-        def look(l, a): seen[l] = a[:, -keep:].float().cpu()
+        def look(l, a, seen=seen, keep=keep): seen[l] = a[:, -keep:].float().cpu()
         with lm.hook_neurons(look): lm.run(ids, mask, call=call_for(idx, es, ids.shape[1]))
         acts = torch.stack([seen[l] for l in range(lm.n_layers)], 2)  # (batch, keep, n_layers, d_mlp)
         for i, e, a in zip(idx, es, acts): out[i] = a[-len(e.answer):]

@@ -86,7 +86,7 @@ def test_toy_world_knows_its_facts():
 
 
 def test_toy_world_is_drawn_from_its_seed():
-    a, b, c = kl.draw_world(0), kl.draw_world(0), kl.draw_world(1)
+    a, b, c = kl.data.draw_world(0), kl.data.draw_world(0), kl.data.draw_world(1)
     assert list(a.facts) == list(b.facts) != list(c.facts) and a.corpus["text"] == b.corpus["text"] and a.sequences == b.sequences
 
 
@@ -94,8 +94,8 @@ def test_toy_world_is_drawn_from_its_seed():
 def test_toy_training_is_seeded_and_quick():
     import time
     state, began = torch.get_rng_state(), time.perf_counter()
-    world = kl.draw_world(0)
-    model, _ = kl.train_toy(world, 0)
+    world = kl.data.draw_world(0)
+    model, _ = kl.data.train_toy(world, 0)
     assert time.perf_counter() - began < 90
     assert torch.equal(state, torch.get_rng_state())
     for a, b in zip(model.parameters(), kl.toy_world(device="cpu").lm.model.parameters()): assert torch.equal(a, b)
