@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .data import load_facts
-from .model import LM, Call, _pair, call_for
+from .model import LM, Call, _list, _pair, call_for
 from .neurons import Scores, read
 
 # %% ../nbs/04_attribution.ipynb #9b40412a
@@ -213,6 +213,7 @@ def integrate(
 )->tuple:                  # attributions (paths, n_layers, d_mlp), gaps (paths, n_layers), rows used (paths,)
     "(a - base) * the mean of dP(answer)/da on the way from `base` to the activations `a`, one layer at a time."
     if quadrature not in ("adaptive", "riemann"): raise ValueError(f"quadrature={quadrature!r}: choose 'adaptive' or 'riemann'.")
+    if steps is not None and steps < 1 or not tol > 0 or not rtol > 0: raise ValueError(f"steps={steps}, tol={tol}, rtol={rtol}: all must be positive.")
     lm, dev, adaptive, split = runs.lm, runs.lm.device, quadrature == "adaptive", 4
     target = torch.arange(len(runs), device=dev) if target is None else target
     path = torch.arange(len(target), device=dev).repeat_interleave(lm.n_layers)   # a cell is one (path, layer)
@@ -235,7 +236,8 @@ def integrate(
             bound = (rtol * torch.maximum(start[lo == 0], end[last]).view(len(target), -1).amax(1)[path]).clamp(max=tol)
         end = torch.where(last, end, start.roll(-1))                              # a panel ends where the next one starts
         err = (area.sum(1) - (end - start)).abs()                                 # completeness, panel by panel
-        bad = _worst(err, cell, bound - done) & (r < rounds - 1)
+        rounding = 8 * torch.finfo(torch.float32).eps * torch.maximum(start, end)  # an error this small is no panel's fault
+        bad = _worst(err, cell, bound - done) & (err > rounding) & (r < rounds - 1)
         total.index_add_(0, cell[~bad], area[~bad]); done.index_add_(0, cell[~bad], err[~bad])
         if not bad.any(): break
         nth = torch.arange(split, device=dev).repeat(int(bad.sum()))
@@ -244,20 +246,24 @@ def integrate(
     shape = len(target), lm.n_layers
     return total.view(*shape, -1), (total.sum(1) - change).abs().view(shape), rows
 
-# %% ../nbs/04_attribution.ipynb #b856dd79
+# %% ../nbs/04_attribution.ipynb #af235d28
 def gradients(
-    runs:Runs,  # queries that were run
-)->torch.Tensor: # (targets, n_layers, d_mlp)
+    runs:Runs,           # queries that were run
+    batch_rows:int=256,  # targets at a time
+    tick=lambda n: None, # told of rows done
+)->torch.Tensor:         # (targets, n_layers, d_mlp)
     "dP(answer)/d(neuron) at the target's position, for all layers at once."
-    leaves = []
-    def put(l, a):
-        leaves.append(torch.zeros_like(a).requires_grad_())
-        return a + leaves[-1]
-    with torch.enable_grad(), runs.lm.hook_neurons(put):
-        _, grads = prob_grad(decode(runs, torch.arange(len(runs), device=runs.lm.device)), runs.answer, leaves)
-        return torch.stack([g[:, 0] for g in grads], 1)
+    out = []
+    for target in torch.arange(len(runs), device=runs.lm.device).split(batch_rows):
+        leaves = []
+        def put(l, a, leaves=leaves):
+            leaves.append(torch.zeros_like(a).requires_grad_())
+            return a + leaves[-1]
+        with torch.enable_grad(), runs.lm.hook_neurons(put): _, grads = prob_grad(decode(runs, target), runs.answer[target], leaves)
+        out.append(torch.stack([g[:, 0] for g in grads], 1)); tick(len(target))
+    return torch.cat(out)
 
-# %% ../nbs/04_attribution.ipynb #ade36d93
+# %% ../nbs/04_attribution.ipynb #f66da53d
 LOCALIZERS = {}
 
 def localizer(
@@ -272,7 +278,7 @@ def _per_query(runs, x):  # mean over each query's targets: (queries, ...)
     out = torch.zeros(n, *x.shape[1:], device=x.device).index_add_(0, runs.query, x.float())
     return (out / torch.bincount(runs.query, minlength=n).view(-1, *[1] * (x.ndim - 1))).cpu()
 
-# %% ../nbs/04_attribution.ipynb #f66da53d
+# %% ../nbs/04_attribution.ipynb #a730a29b
 def _path_scores(lm, queries, batch_rows, tick, starts=None, after=lambda a: a, **options):
     "Run `queries`, integrate from `starts(runs)`, and average over the answer tokens (and over a token's paths)."
     runs = run_queries(lm, queries)
@@ -298,7 +304,7 @@ def sig(lm, queries, token=None, quadrature="adaptive", steps=None, tol=1e-3, rt
             e, mine = lm.encode(q), (runs.query == i).nonzero()[:, 0]
             tail = [] if lm.is_classifier else e.answer[:-1]
             seqs = [e.prompt[:k] + [token] + e.prompt[k+1:] + tail for k in range(len(e.prompt))]
-            acts = torch.cat([read_last(lm, seqs[k:k+64], len(mine)) for k in range(0, len(seqs), 64)])  # (tokens, n_answer, n_layers, d_mlp)
+            acts = torch.cat([read_last(lm, seqs[k:k+64], len(mine), i) for k in range(0, len(seqs), 64)])  # (tokens, n_answer, n_layers, d_mlp)
             bases.append(acts.flatten(0, 1)); targets.append(mine.repeat(len(seqs)))
         return torch.cat(bases), torch.cat(targets)
     return _path_scores(lm, queries, batch_rows, tick, starts, quadrature=quadrature, steps=steps, tol=tol, rtol=rtol)
@@ -312,35 +318,38 @@ def read_last(
     lm:LM,    # the model
     seqs,     # lists of token ids
     n:int=1,  # positions
+    query=None, # which query they stand for, to interventions; none if None
 )->torch.Tensor: # float32 (seqs, n, n_layers, d_mlp)
     "The neurons at the last `n` positions of each sequence."
-    acts = [None] * lm.n_layers
+    acts, (ids, mask) = [None] * lm.n_layers, lm.pad(seqs)
     def look(l, a): acts[l] = a[:, -n:].float()
-    with lm.hook_neurons(look): lm.run(*lm.pad(seqs))
+    call = Call(None if query is None else torch.full((len(seqs),), query), torch.full((len(seqs),), ids.shape[1] - n))
+    with lm.hook_neurons(look): lm.run(ids, mask, call=call)
     return torch.stack(acts, 2)
 
-# %% ../nbs/04_attribution.ipynb #a730a29b
+# %% ../nbs/04_attribution.ipynb #fcfc1329
 @localizer("amig")
 def amig(lm, queries, reference=None, quadrature="adaptive", steps=None, tol=1e-3, rtol=1e-2, batch_rows=256, tick=lambda n: None):
     "As `ig`, from the mean activations over `reference` prompts (64 embedded ones if None); each layer divided by its sum of absolute scores."
-    prompts = [getattr(r, "prompt", r) for r in (reference or [f.prompts[0] for f in load_facts().sample(64)])]
-    ids = [lm.tokenizer(p)["input_ids"] for p in prompts]
+    prompts = [getattr(r, "prompt", r) for r in ([f.prompts[0] for f in load_facts().sample(64)] if reference is None else reference)]
+    try: ids = [lm.prompt_ids(p) for p in prompts]
+    except ValueError as e: raise ValueError(f"amig needs reference prompts that {lm.name} can read: pass reference=[prompts or queries]. ({e})") from e
     mean = torch.cat([read_last(lm, ids[k:k+32]) for k in range(0, len(ids), 32)]).mean((0, 1))
     starts = lambda runs: (mean.expand(len(runs), -1, -1), torch.arange(len(runs), device=lm.device))
     normal = lambda a: a / a.abs().sum(-1, keepdim=True).clamp(min=1e-12)
     return _path_scores(lm, queries, batch_rows, tick, starts, normal, quadrature=quadrature, steps=steps, tol=tol, rtol=rtol)
 
 @localizer("grad_x_act")
-def grad_x_act(lm, queries):
+def grad_x_act(lm, queries, batch_rows=256, tick=lambda n: None):
     "`a * dP(answer)/da` at the activations themselves: integrated gradients with its last step only."
     runs = run_queries(lm, queries)
-    return [Scores(v) for v in _per_query(runs, runs.acts.float() * gradients(runs).float())]
+    return [Scores(v) for v in _per_query(runs, runs.acts.float() * gradients(runs, batch_rows, tick).float())]
 
 @localizer("activations")
 def activations(lm, queries):
     "`|mean over the answer's positions of a| * norm of the value vector` (Chang et al. 2024)."
     norms = torch.stack([lm.value_vectors(l).float().norm(dim=1) for l in range(lm.n_layers)]).cpu()
-    return [Scores(a.mean(0).abs() * norms) for a in read(lm, queries)]
+    return [Scores(a.mean(0).abs() * norms) for a in read(lm, queries, len(queries))]
 
 @localizer("random")
 def random(lm, queries, seed=0):
@@ -350,7 +359,7 @@ def random(lm, queries, seed=0):
         return torch.rand(lm.n_layers, lm.d_mlp, generator=torch.Generator().manual_seed(int.from_bytes(key[:7], "big")))
     return [Scores(draw(q)) for q in queries]
 
-# %% ../nbs/04_attribution.ipynb #d0d982c6
+# %% ../nbs/04_attribution.ipynb #b203edd0
 @dataclass
 class Estimate:
     "What a call will cost, before it starts."
@@ -370,7 +379,7 @@ def estimate(
     **options,           # the localizer's
 )->Estimate:
     "Rows, FLOPs and memory of `localize` with the same arguments, and the batches that fit."
-    es = [lm.encode(q) for q in queries]
+    es = [lm.encode(q) for q in _list(queries)]
     width = max(len(e.prompt) + len(e.answer) for e in es)
     c, size = lm.model.config.get_text_config(), lm.downs[0].weight.element_size()
     memory = memory or (torch.cuda.mem_get_info(lm.device)[0] / 2 if lm.device.type == "cuda" else 1e9)
@@ -383,7 +392,7 @@ def estimate(
     targets = [len(e.answer) for e in es]
     rows = sum(targets) * (paths * (lm.n_layers + (3 if options.get("quadrature") != "riemann" else 0)) * nodes or 1)
     per_row = size * (lm.n_layers * (12 * lm.d_model + 6 * lm.d_mlp + 4 * width * kv_dim) / (2 if paths else 1) + 3 * vocab)
-    per_query = max(targets) * lm.n_layers * (lm.d_mlp * (size + 4 * (1 + 2 * paths)) + size * lm.d_model) + 2 * size * width * lm.n_layers * kv_dim
+    per_query = max(targets) * lm.n_layers * (lm.d_mlp * (size + 4 * (1 + 2 * paths)) + size * lm.d_model) + 2 * size * width * lm.n_layers * kv_dim + 8 * max(targets) * vocab
     batch_size = batch_size or int(min(len(es), max(1, memory / 4 // per_query)))
     batch_rows = int(max(nodes, min(rows, 512, (memory - batch_size * per_query) // per_row)))
     need = batch_size * per_query + batch_rows * per_row
@@ -391,7 +400,7 @@ def estimate(
     flops = 2 * sum(len(e.prompt) + len(e.answer) for e in es) * block * lm.n_layers + 4 * rows * (depth * block + vocab * lm.d_model)
     return Estimate(rows, flops, int(need), batch_size, batch_rows)
 
-# %% ../nbs/04_attribution.ipynb #b203edd0
+# %% ../nbs/04_attribution.ipynb #06abb6ba
 def localize(
     lm:LM,               # the model
     queries,             # a query, or a list of them
@@ -403,23 +412,27 @@ def localize(
 ):                       # Scores; a list of them for a list of queries
     "Score every neuron of `lm` for each query."
     if method not in LOCALIZERS: raise ValueError(f"No localizer {method!r}. There are: {', '.join(LOCALIZERS)}. Register your own with @localizer(name).")
-    if hasattr(queries, "prompt") or (isinstance(queries, tuple) and isinstance(queries[0], str)):
-        return localize(lm, [queries], method, batch_size, memory, progress, **options)[0]
-    fn, queries = LOCALIZERS[method], list(queries)
-    takes = inspect.signature(fn).parameters
-    own = [k for k in takes if k not in ("lm", "queries", "batch_rows", "tick")]
-    bad = [k for k in options if k not in takes]
-    if bad and not any(p.kind == p.VAR_KEYWORD for p in takes.values()): raise TypeError(f"{method} has no option {bad[0]!r}. Its options: {own or 'none'}.")
-    if not queries: return []
-    est, out, began = estimate(lm, queries, method, memory, batch_size, **options), [], time.perf_counter()
+    if batch_size is not None and batch_size < 1: raise ValueError(f"batch_size={batch_size}: at least 1 query at a time, or None.")
+    fn, asked, takes = LOCALIZERS[method], _list(queries), inspect.signature(LOCALIZERS[method]).parameters
+    own = {k: p.default for k, p in takes.items() if k not in ("lm", "queries", "batch_rows", "tick")}
+    bad = [k for k in options if k not in own]
+    if bad and not any(p.kind == p.VAR_KEYWORD for p in takes.values()): raise TypeError(f"{method} has no option {bad[0]!r}. Its options: {list(own) or 'none'}.")
+    if not asked: return []
+    est, out, began = estimate(lm, asked, method, memory, batch_size, **options), [], time.perf_counter()
     with frozen(lm.model), tqdm(total=est.rows, desc=f"{method}: {est.bytes/1e9:.1f} GB", unit="row", delay=2, **({} if progress else dict(disable=True))) as bar:
         def tick(n): bar.total = max(bar.total, bar.n + n); bar.update(n)
         extra = {k: v for k, v in dict(batch_rows=est.batch_rows, tick=tick).items() if k in takes}
-        for k in range(0, len(queries), est.batch_size):
-            out += fn(lm, queries[k:k + est.batch_size], **extra, **options)
-    seconds = (time.perf_counter() - began) / len(queries)
-    shown = {k: v for k, v in options.items() if isinstance(v, (str, int, float, bool))}
-    for q, s in zip(queries, out):
+        first = lm._first
+        try:
+            for k in range(0, len(asked), est.batch_size):
+                lm._first = first + k                      # so that an intervention with one set per query finds its query
+                batch = asked[k:k + est.batch_size]
+                out += fn(lm, batch, **extra, **options)
+                if "tick" not in takes: tick(est.rows * len(batch) // len(asked))
+        finally: lm._first = first
+    if len(out) != len(asked): raise ValueError(f"{method} gave {len(out)} Scores for {len(asked)} queries. A localizer returns one per query, in order.")
+    seconds, shown = (time.perf_counter() - began) / len(asked), {k: v for k, v in {**own, **options}.items() if v is None or isinstance(v, (str, int, float, bool))}
+    for q, s in zip(asked, out):
         s.method, s.query = method, _pair(q)
-        s.info = dict(**lm.info(), **s.info, options=shown, seconds=seconds)
-    return out
+        s.info = {**lm.info(), **s.info, "options": shown, "seconds": seconds}
+    return out[0] if hasattr(queries, "prompt") or asked[0] is queries else out

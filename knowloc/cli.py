@@ -90,7 +90,7 @@ def describe(
 def show(d:dict)->str:
     "What `describe` gives, for people."
     gap = "no completeness gap, as it integrates no path"
-    if d["gap"]: gap = f"worst completeness gap {d['gap']['worst']:.1g}, in layer {d['gap']['layer']}"
+    if d["gap"]: gap = f"worst completeness gap {d['gap']['worst']:.2g}, in layer {d['gap']['layer']}"
     row = lambda layer, neuron, score, activation, promotes: (
         f"{layer:5} {neuron:7} {score:9.4f} {activation:11.2f}   {' '.join(map(repr, promotes))}")
     return "\n".join([f"{d['model']}: {d['n_layers']} layers x {d['d_mlp']} neurons, {d['dtype']} on {d['device']}",
@@ -201,7 +201,7 @@ class Study:
         self.lm, self.facts, self.method, self.k, self.draws, self.seed = lm, facts, method, k, draws, seed
         self.queries = [q for f in facts for q in f.queries]
         self.owner = [i for i, f in enumerate(facts) for _ in f.prompts]  # the fact of each query
-        self.labels = [f"{f.subject} → {f.answer} ({f.relation})" for f in facts]
+        self.labels = [f"{f.subject or f.prompts[0]} → {f.answer}" + f" ({f.relation})" * bool(f.relation) for f in facts]
         self.scores = kl.localize(lm, self.queries, method=method)
         self.sets = [s.top(k) for s in self.scores]
         self.effects, self.pairs = try_neurons(lm, self.queries, self.sets, draws, seed), overlaps(self.sets, self.owner)
@@ -241,7 +241,7 @@ def findings(
            f"Doubling the located neurons brings it to {m['doubled']:.3f}; doubling random ones, to {m['random doubled']:.3f}.",
            f"Two wordings of one fact share {m['overlap']:.0%} of their {k} neurons. {k} random neurons would share {k / n:.2%}"
            + (f", and queries of different facts share {other.mean():.0%}." if len(other) else ".")]
-    return out + ([f"The worst completeness gap of any layer of any query is {max(gaps):.1g}."] if gaps else [])
+    return out + ([f"The worst completeness gap of any layer of any query is {max(gaps):.2g}."] if gaps else [])
 
 # %% ../nbs/16_cli.ipynb #dd1dbb2a
 def effects_figure(study, fig):

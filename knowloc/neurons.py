@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .model import LM, call_for
+from .model import LM, _list, call_for
 
 # %% ../nbs/01_neurons.ipynb #d4f63645
 class Neurons(Set):
@@ -95,7 +95,8 @@ class Scores:
     info:dict=field(default_factory=dict)  # options, model, seconds: whatever explains the numbers
 
     def __post_init__(self):
-        self.values = torch.as_tensor(self.values, dtype=torch.float32)
+        self.values = torch.as_tensor(self.values, dtype=torch.float32).detach().cpu()
+        if self.gap is not None: self.gap = torch.as_tensor(self.gap, dtype=torch.float32).detach().cpu()
         if self.values.ndim != 2: raise ValueError(f"Scores need the shape (n_layers, d_mlp), not {tuple(self.values.shape)}.")
         if not torch.isfinite(self.values).all(): raise ValueError(f"{self.method or 'The localizer'} gave scores that are NaN or infinite for {self.query}.")
 
@@ -160,17 +161,21 @@ def intervene(
     change,              # (layer, acts (batch, pos, d_mlp), rows (batch,)) -> new acts, applied at the neurons only
     positions:str="all", # or "last": from the last prompt token on
     invert:bool=False,   # apply it at all other neurons instead
+    n_queries:int=None,  # how many queries `change` knows, if it is not the same for all
 ):
     "While open, `change` replaces the named neurons' activations in every forward pass. Interventions nest, inner after outer."
     if positions not in ("all", "last"): raise ValueError(f"positions={positions!r}: choose 'all' or 'last'.")
     sets = [neurons] if isinstance(neurons, Neurons) else list(neurons)
-    if not all(isinstance(s, Neurons) for s in sets): raise TypeError("Give a Neurons, or a list of Neurons with one per query.")
+    if not sets or not all(isinstance(s, Neurons) for s in sets): raise TypeError("Give a Neurons, or a list of Neurons with one per query.")
     masks = (torch.stack([s.to_mask(lm) for s in sets]) ^ invert).to(lm.device)  # (sets, n_layers, d_mlp)
+    per_query = len(sets) if len(sets) > 1 else n_queries
     def hook(layer, acts):
         batch, width = acts.shape[:2]
-        rows = (lm._call.rows if lm._call else torch.arange(batch))[:batch].to(lm.device)
-        if len(sets) > 1 and rows.max() >= len(sets):
-            raise ValueError(f"The intervention has {len(sets)} sets, but a query number {int(rows.max())} (from 0) ran. Give one set per query, or one for all.")
+        rows = lm._call.rows if lm._call else torch.arange(batch)
+        rows = torch.zeros(batch, dtype=torch.long, device=lm.device) if rows is None else rows[:batch].to(lm.device)
+        if per_query and lm._call and lm._call.rows is None: raise ValueError("This run is not one of your queries (amig's reference prompts): give one set for all.")
+        if per_query and rows.max() >= per_query:
+            raise ValueError(f"The intervention has {per_query} sets, but a query number {int(rows.max())} (from 0) ran. Give one set per query, or one for all.")
         where = masks[rows if len(sets) > 1 else [0], layer][:, None]            # (batch or 1, 1, d_mlp)
         if positions == "last":
             start = lm._call.start if lm._call else None
@@ -196,7 +201,7 @@ def patch(lm, neurons,
     positions="all",
 ):
     "Set `neurons` to `values`."
-    v = torch.as_tensor(values, dtype=lm.dtype)
+    v = torch.as_tensor(values, dtype=lm.dtype, device="cpu")
     if v.ndim == 1 and isinstance(neurons, Neurons):
         if len(v) != len(neurons): raise ValueError(f"{len(v)} values for {len(neurons)} neurons. Give one per neuron, in the set's order.")
         mask, flat = neurons.to_mask(lm), v
@@ -205,7 +210,7 @@ def patch(lm, neurons,
         raise ValueError(f"Values of shape {tuple(v.shape)}: give a number, one per neuron, {(lm.n_layers, lm.d_mlp)}, or that per query.")
     v = v.to(lm.device)
     def change(layer, acts, rows): return (v if not v.ndim else v[layer] if v.ndim == 2 else v[rows, layer][:, None]).expand_as(acts)
-    return intervene(lm, neurons, change, positions)
+    return intervene(lm, neurons, change, positions, n_queries=len(v) if v.ndim == 3 else None)
 
 # %% ../nbs/01_neurons.ipynb #e887eb96
 @torch.no_grad()
@@ -215,7 +220,7 @@ def read(
     batch_size:int=32,  # queries per forward pass
 )->list:                # per query float32 (n_answer, n_layers, d_mlp), on the CPU
     "Activations where each answer token is predicted."
-    out = [None] * len(queries)
+    out = [None] * len(_list(queries))
     for idx, es, ids, mask in lm.batches(queries, batch_size):
         seen, keep = {}, max(len(e.answer) for e in es)
         def look(l, a, seen=seen, keep=keep): seen[l] = a[:, -keep:].float().cpu()

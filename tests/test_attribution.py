@@ -9,6 +9,7 @@ import torch
 import knowloc as kl
 from knowloc import attribution as at
 
+REFERENCE = dict(amig=dict(reference=["a b c", "x y"]))  # the embedded prompts are not in these models' language
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 heads = pytest.mark.parametrize("classifier", [False, True], ids=["causal", "classifier"])
 
@@ -110,7 +111,7 @@ def test_the_model_and_the_random_state_are_left_alone():
     lm.blocks[0].mlp.up_proj.weight.requires_grad_(False)
     weights, flags = [p.clone() for p in lm.model.parameters()], [p.requires_grad for p in lm.model.parameters()]
     state = torch.get_rng_state()
-    for m in at.LOCALIZERS: kl.localize(lm, tiny.QUERIES, m)
+    for m in at.LOCALIZERS: kl.localize(lm, tiny.QUERIES, m, **REFERENCE.get(m, {}))
     try:
         def stop(n): raise KeyboardInterrupt
         at.ig(lm, tiny.QUERIES, tick=stop)
@@ -134,6 +135,38 @@ def test_localize_under_an_intervention_sees_the_changed_model(family):
         assert abs(s.values[1].sum() - (p - rest)) < 1e-3
 
 
+@pytest.mark.parametrize("method", ["ig", "sig", "grad_x_act", "activations"])
+def test_an_intervention_with_one_set_per_query_finds_its_query(method):
+    "in whatever batches the queries run"
+    lm, sets = tiny.lm("llama"), [kl.Neurons([(0, 1), (1, 2)]), kl.Neurons([(0, 30)]), kl.Neurons([(1, 7), (1, 8)])]
+    want = []
+    for q, n in zip(tiny.QUERIES, sets):
+        with kl.suppress(lm, n, "last"): want.append(kl.localize(lm, q, method).values)
+    for size in (1, 2, None):
+        with kl.suppress(lm, sets, "last"):
+            for a, b in zip(kl.localize(lm, tiny.QUERIES, method, batch_size=size), want): assert tiny.far(a.values, b) < 1e-4
+    with pytest.raises(ValueError, match="amig's reference"), kl.suppress(lm, sets): kl.localize(lm, tiny.QUERIES, "amig", reference=["a b"])
+    assert lm._first == 0 and lm._call is None
+
+
+def test_a_localizer_must_give_one_scores_per_query():
+    kl.localizer("short")(lambda lm, queries: [kl.Scores(torch.zeros(lm.n_layers, lm.d_mlp), info=dict(seconds=1))])
+    try:
+        assert kl.localize(tiny.lm("llama"), tiny.QUERIES[0], "short").info["options"] == {}
+        with pytest.raises(ValueError, match="1 Scores for 3 queries"): kl.localize(tiny.lm("llama"), tiny.QUERIES, "short", batch_size=3)
+    finally: at.LOCALIZERS.pop("short")
+
+
+def test_options_are_recorded_with_their_defaults():
+    s = kl.localize(tiny.lm("llama"), tiny.QUERIES[0], "ig", steps=3)
+    assert s.info["options"] == dict(quadrature="adaptive", steps=3, tol=1e-3, rtol=1e-2)
+
+
+def test_a_tolerance_below_rounding_ends():
+    s = kl.localize(tiny.lm("gemma2"), tiny.QUERIES[0], "ig", tol=1e-12)
+    assert s.info["rows"] < 20000 and s.gap.max() < 1e-4
+
+
 def test_localizers_of_your_own_run_like_the_others():
     @kl.localizer("ones")
     def ones(lm, queries, value=1.): return [kl.Scores(torch.full((lm.n_layers, lm.d_mlp), value)) for _ in queries]
@@ -155,7 +188,12 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="No localizer 'igg'. There are: ig"): kl.localize(lm, tiny.QUERIES[0], "igg")
     with pytest.raises(TypeError, match="no option 'step'.*steps"): kl.localize(lm, tiny.QUERIES[0], "ig", step=3)
     with pytest.raises(ValueError, match="choose 'adaptive' or 'riemann'"): kl.localize(lm, tiny.QUERIES[0], "ig", quadrature="simpson")
-    assert kl.localize(lm, []) == []
+    with pytest.raises(ValueError, match="pass reference="): kl.localize(lm, tiny.QUERIES[0], "amig")
+    for bad in (dict(steps=0), dict(steps=-1), dict(tol=0)):
+        with pytest.raises(ValueError, match="must be positive"): kl.localize(lm, tiny.QUERIES[0], "ig", **bad)
+    with pytest.raises(ValueError, match="batch_size=-1"): kl.localize(lm, tiny.QUERIES[0], batch_size=-1)
+    with pytest.raises(TypeError, match="facts.queries"): kl.localize(lm, kl.load_facts("capital"))
+    assert kl.localize(lm, []) == [] and kl.localize(lm, ("a b", "c")).query == ("a b", "c")
 
 
 def test_radau_is_exact_for_its_degree():
@@ -166,7 +204,7 @@ def test_radau_is_exact_for_its_degree():
 
 def test_low_precision_runs():
     lm = kl.LM(tiny.model("llama", scale=2.).to(torch.bfloat16), tiny.tokenizer())
-    assert all(torch.isfinite(s.values).all() for m in at.LOCALIZERS for s in kl.localize(lm, tiny.QUERIES, m))
+    assert all(torch.isfinite(s.values).all() for m in at.LOCALIZERS for s in kl.localize(lm, tiny.QUERIES, m, **REFERENCE.get(m, {})))
 
 
 MEASURE = """
@@ -193,4 +231,11 @@ def test_memory_is_bounded_and_estimated():
 def test_gpu_equals_cpu():
     lm, gpu = tiny.lm("llama"), kl.LM(tiny.model("llama").cuda(), tiny.tokenizer())
     for m in at.LOCALIZERS:
-        for a, b in zip(kl.localize(lm, tiny.QUERIES, m), kl.localize(gpu, tiny.QUERIES, m)): assert tiny.far(a.values, b.values) < 1e-3
+        for a, b in zip(*(kl.localize(x, tiny.QUERIES, m, **REFERENCE.get(m, {})) for x in (lm, gpu))): assert tiny.far(a.values, b.values) < 1e-3
+    sets = [kl.Neurons([(0, 1), (1, 2)]), kl.Neurons([(0, 30)]), kl.Neurons([(1, 7)])]
+    for positions in ("all", "last"):
+        for n in (sets[0], sets):
+            with kl.suppress(lm, n, positions), kl.suppress(gpu, n, positions), kl.patch(lm, sets[0], 1.), kl.patch(gpu, sets[0], 1.):
+                assert torch.allclose(lm.answer_logprob(tiny.QUERIES), gpu.answer_logprob(tiny.QUERIES), atol=1e-3)
+    a, b = tiny.lm("opt", True), kl.LM(tiny.model("opt", True).cuda(), tiny.tokenizer())
+    assert tiny.far(kl.localize(b, tiny.queries(b))[0].values, kl.localize(a, tiny.queries(a))[0].values) < 1e-3

@@ -35,13 +35,18 @@ def test_known_keeps_the_right_queries():
     known = facts.known(lm)
     assert len(known) == 1 and len(known[0].prompts) == sum(right[:3])
     assert len(facts.known(lm, at_least=4)) == 0
+    with pytest.warns(UserWarning, match="1 queries cannot be put to llama"):
+        assert len(kl.Facts([*facts, kl.Fact("r", "u", "zebra", ("a b",))]).known(lm)) == 1
 
 
 @pytest.mark.parametrize("text, says", [
     ('{"prompt": "a", "answer": "b"}\n{"prompt": ', r"f.jsonl:2: not valid JSON"), ("[1]", "f.jsonl:1: expected an object"), ("", "the file is empty"),
-    ('{"prompt": "a"}', 'f.jsonl:1: needs "answer"'), ('\n{"prompt": " ", "answer": "b"}', "f.jsonl:2: Empty prompt"), ('{"prompts": "a", "answer": "b"}', "f.jsonl:1: needs")])
+    ('{"prompt": "a"}', 'f.jsonl:1: needs "answer"'),
+    ('\n{"prompt": " ", "answer": "b"}', "f.jsonl:2: Empty prompt"), ('{"prompts": "a", "answer": "b"}', "f.jsonl:1: needs"),
+    ('{"prompt": "a", "answer": ["b"]}', "f.jsonl:1: needs"), ('{"prompts": [null], "answer": "b"}', "f.jsonl:1: Empty prompt"),
+    (b'{"prompt": "a", "answer": "b"}\n\xff', "f.jsonl:2: not UTF-8")])
 def test_broken_jsonl_names_file_and_line(tmp_path, text, says):
-    (tmp_path / "f.jsonl").write_text(text)
+    (tmp_path / "f.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=says): kl.load_jsonl(tmp_path / "f.jsonl")
 
 
@@ -50,6 +55,8 @@ def test_jsonl(tmp_path):
     (tmp_path / "f.jsonl").write_text("\n".join(map(json.dumps, rows)))
     facts = kl.load_jsonl(tmp_path / "f.jsonl")
     assert [f.queries for f in facts] == [[kl.Query("a b", "c")], [kl.Query("p", "x"), kl.Query("q", "x")]] and facts[1].relation == "r"
+    (tmp_path / "g.jsonl").write_text('\ufeff{"prompt": "a\u2028b", "answer": 0}\n', encoding="utf8")
+    assert kl.load_jsonl(tmp_path / "g.jsonl")[0].queries == [kl.Query("a\u2028b", "0")]
     with pytest.raises(FileNotFoundError, match="No such file"): kl.load_jsonl(tmp_path / "none.jsonl")
 
 

@@ -71,7 +71,8 @@ def test_next_tokens_are_probabilities_of_continuations():
 
 
 @pytest.mark.parametrize("query, says", [(("", "x"), "Empty prompt"), ((" ", "x"), "Empty prompt"), (("a b", ""), "Empty answer"),
-                                         (("a b", "  "), "Empty answer"), (("a b", "zebra"), r"starts with the token '\[UNK\]'")])
+                                         (("a b", "  "), "Empty answer"), (("a b", "zebra"), "cannot write the answer"),
+                                         (("a b", "c zebra"), r"its tokens are \[' ?c', '\[UNK\]'\]"), (("zebra", "c"), "cannot write the prompt")])
 def test_bad_queries(query, says):
     with pytest.raises(ValueError, match=says): tiny.lm("llama").encode(query)
 
@@ -82,7 +83,14 @@ def test_too_long_a_prompt():
 
 def test_unknown_label():
     with pytest.raises(ValueError, match="'yes' is no label.*LABEL_0"): tiny.lm("llama", True).encode(("a b", "yes"))
-    assert tiny.lm("llama", True).encode(("a b", "LABEL_2")).answer == [2]
+    assert [tiny.lm("llama", True).encode(("a b", a)).answer for a in ("LABEL_2", 2, "2")] == [[2]] * 3
+
+
+def test_things_that_are_no_queries():
+    for bad in (3, ("a", "b", "c"), kl.load_facts("capital")[0]):
+        with pytest.raises(TypeError, match="is no query.*facts.queries"): tiny.lm("llama").answer_logprob([bad])
+    assert torch.equal(tiny.lm("llama").answer_logprob(tiny.QUERIES[0]), tiny.lm("llama").answer_logprob([tiny.QUERIES[0]]))
+    assert tiny.lm("llama").answer_logprob([]).shape == (0,)
 
 
 def refuses(model, says):
@@ -145,6 +153,17 @@ def test_bad_names(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Unknown dtype 'int8'"): kl.load_lm(str(save(tmp_path)), dtype="int8")
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(OSError, match="Cannot load"): kl.load_lm(str(tmp_path), device="cpu")
+
+
+def test_missing_weights_are_not_made_up(tmp_path):
+    from safetensors.torch import load_file, save_file
+    weights = load_file(save(tmp_path) / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "layers.1.mlp.down" not in k}, tmp_path / "model.safetensors", metadata=dict(format="pt"))
+    with pytest.raises(OSError, match="lacks the weights.*layers.1.mlp.down_proj"): kl.load_lm(tmp_path, device="cpu")
+
+
+def test_models_without_a_known_head():
+    refuses(tiny.model("llama").model, "no next-token logits")
 
 
 def test_remote_code_stays_off(tmp_path):

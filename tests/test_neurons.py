@@ -146,8 +146,11 @@ def test_bad_interventions():
         with kl.suppress(lm, kl.Neurons([(3, 0)])): pass
     with pytest.raises(ValueError, match="choose 'all' or 'last'"):
         with kl.suppress(lm, SETS[0], positions="first"): pass
-    with pytest.raises(TypeError, match="Give a Neurons"):
-        with kl.suppress(lm, [(0, 1)]): pass
+    for bad in ([(0, 1)], []):
+        with pytest.raises(TypeError, match="Give a Neurons"):
+            with kl.suppress(lm, bad): pass
+    with pytest.raises(ValueError, match="2 sets, but a query number 2"):
+        with kl.patch(lm, SETS[0], torch.zeros(2, lm.n_layers, lm.d_mlp)): lm.answer_logprob(tiny.QUERIES)
     with pytest.raises(ValueError, match="2 sets, but a query number 2"):
         with kl.suppress(lm, SETS[:2]): lm.answer_logprob(tiny.QUERIES)
     for bad in ([(0, -1)], [(1,)], [(0, 1, 2)]):
