@@ -26,6 +26,8 @@ def run(path):
     print(f"{path.relative_to(NBS.parent)}: ", end="", flush=True)
     nb, start = nbformat.read(path, 4), time.time()
     Client(nb, timeout=3600, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": path.parent}}).execute()
+    for cell in nb.cells:  # tqdm's notebook bar shows itself before it asks whether it is disabled
+        if "outputs" in cell: cell.outputs = [o for o in cell.outputs if "%|" not in o.get("data", {}).get("text/plain", "")]
     nbformat.write(nb, path)
     print(f"{time.time() - start:.0f} s")
 
