@@ -1,7 +1,7 @@
 """What must be fast, measured beside a plain loop in the same run: make bench
 
 Prints ratios, times, FLOPs and the machine. Times are the least of a few repeats, since a busy machine only ever adds.
-Options: --model NAME, --device DEVICE, --json FILE
+Options: --model NAME, --device DEVICE, --json FILE, --check (exit status 1 unless the stated bounds hold: for SmolLM2 on an idle machine)
 """
 import argparse
 import json
@@ -14,7 +14,7 @@ import torch
 import knowloc as kl
 from knowloc import attribution as at
 
-QUERY = kl.Query("Madrid and Paris are well known cities, and the capital of Spain is the city of", "Madrid")
+QUERY = kl.Query("I have always wanted to travel to Europe, and to see the capital of France,", "Paris")
 BATCH = [kl.Query(f"{a}, and the capital of {b} is the city of", c) for a in ("Madrid and Paris are well known cities", "Everyone who has been to school should know this")
          for b, c in [("Spain", "Madrid"), ("France", "Paris"), ("Italy", "Rome"), ("Germany", "Berlin"), ("Japan", "Tokyo"), ("Greece", "Athens"),
                       ("Russia", "Moscow"), ("England", "London")]]
@@ -63,6 +63,7 @@ def main():
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--device")
     parser.add_argument("--json")
+    parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     lm = kl.load_lm(args.model, device=args.device)
     run = lambda lm, queries, **kw: kl.localize(lm, queries, "ig", progress=False, **kw)
@@ -89,10 +90,14 @@ def main():
     print(f"bfloat16, 20 steps          {b16:7.2f} s   {fast / b16:5.2f}x  beside float32, {len(low.top(20) & same.top(20))} of the 20 best neurons the same")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"peak memory of this process {peak / 1e9:7.2f} GB, both models included")
+    bounds = {"one sweep at least 15x": slow / fast >= 15, "adaptive at least 25x": slow / default >= 25, "its gap below 1e-3": float(scores.gap.max()) < 1e-3,
+              "a batch costs less than single queries": many < one, "equal to the plain loop": far < 1e-3}
+    print("\n" + "\n".join(f"{'holds' if ok else 'FAILS'}: {name}" for name, ok in bounds.items()))
     if args.json:
         with open(args.json, "w") as f:
             json.dump(dict(**kl.model.manifest(lm), plain=slow, sweep=fast, adaptive=default, gap=float(scores.gap.max()), equal=far,
                            flops=est.flops, rate=rate, batch=many, singles=one, bfloat16=b16), f, indent=1)
+    if args.check and not all(bounds.values()): raise SystemExit(1)
 
 
 if __name__ == "__main__": main()
