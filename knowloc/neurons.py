@@ -184,6 +184,7 @@ def intervene(
         return torch.where(where, change(layer, acts, rows), acts)
     with lm.hook_neurons(hook, masks.flatten(2).any(-1).any(0).nonzero().flatten().tolist()): yield
 
+# %% ../nbs/01_neurons.ipynb #e8bd7e6f
 def suppress(lm, neurons, positions="all"):
     "Set `neurons` to 0."
     return intervene(lm, neurons, lambda l, a, r: torch.zeros_like(a), positions)
@@ -212,7 +213,7 @@ def patch(lm, neurons,
     def change(layer, acts, rows): return (v if not v.ndim else v[layer] if v.ndim == 2 else v[rows, layer][:, None]).expand_as(acts)
     return intervene(lm, neurons, change, positions, n_queries=len(v) if v.ndim == 3 else None)
 
-# %% ../nbs/01_neurons.ipynb #e887eb96
+# %% ../nbs/01_neurons.ipynb #0b013b63
 @torch.no_grad()
 def read(
     lm:LM,              # the model
