@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from fastcore.basics import patch_to
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -62,19 +63,6 @@ class Neurons(Set):
         "The neurons where `mask` (n_layers, d_mlp) is true."
         return cls(torch.as_tensor(mask).nonzero().tolist())
 
-    @classmethod
-    def random(cls,
-        lm:LM,         # the model to pick from
-        k:int,         # how many
-        seed:int=0,    # same seed, same neurons
-        exclude=(),    # neurons not to pick
-    )->"Neurons":
-        "`k` neurons picked uniformly: the control every claim about a set needs."
-        n, out = lm.n_layers * lm.d_mlp, {l * lm.d_mlp + i for l, i in exclude}
-        if not 0 <= k <= n - len(out): raise ValueError(f"Cannot pick {k} neurons from the {n - len(out)} that are left in {lm.name}.")
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
-        return cls(divmod(j, lm.d_mlp) for j in [j for j in order if j not in out][:k])
-
     def save(self, path):
         "Write the set as JSON."
         Path(path).write_text(json.dumps(dict(format="knowloc-neurons-1", neurons=self._pairs)))
@@ -84,7 +72,21 @@ class Neurons(Set):
         "Read what `save` wrote."
         return cls(json.loads(Path(path).read_text())["neurons"])
 
-# %% ../nbs/01_neurons.ipynb #20299816
+# %% ../nbs/01_neurons.ipynb #f3e7da00
+@patch_to(Neurons, cls_method=True)
+def random(cls,
+    lm:LM,         # the model to pick from
+    k:int,         # how many
+    seed:int=0,    # same seed, same neurons
+    exclude=(),    # neurons not to pick
+)->Neurons:
+    "`k` neurons picked uniformly: the control every claim about a set needs."
+    n, out = lm.n_layers * lm.d_mlp, {l * lm.d_mlp + i for l, i in exclude}
+    if not 0 <= k <= n - len(out): raise ValueError(f"Cannot pick {k} neurons from the {n - len(out)} that are left in {lm.name}.")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    return cls(divmod(j, lm.d_mlp) for j in [j for j in order if j not in out][:k])
+
+# %% ../nbs/01_neurons.ipynb #eaca1705
 @dataclass(eq=False)
 class Scores:
     "A score per neuron for one query. Larger means: this neuron matters more."
@@ -153,7 +155,7 @@ def shared(
     n = Counter(p for s in sets for p in s)
     return Neurons(p for p, c in n.items() if c > more_than * len(sets))
 
-# %% ../nbs/01_neurons.ipynb #599ea4dc
+# %% ../nbs/01_neurons.ipynb #e8bd7e6f
 @contextlib.contextmanager
 def intervene(
     lm:LM,               # the model
@@ -184,7 +186,7 @@ def intervene(
         return torch.where(where, change(layer, acts, rows), acts)
     with lm.hook_neurons(hook, masks.flatten(2).any(-1).any(0).nonzero().flatten().tolist()): yield
 
-# %% ../nbs/01_neurons.ipynb #e8bd7e6f
+# %% ../nbs/01_neurons.ipynb #1102595d
 def suppress(lm, neurons, positions="all"):
     "Set `neurons` to 0."
     return intervene(lm, neurons, lambda l, a, r: torch.zeros_like(a), positions)
@@ -213,7 +215,7 @@ def patch(lm, neurons,
     def change(layer, acts, rows): return (v if not v.ndim else v[layer] if v.ndim == 2 else v[rows, layer][:, None]).expand_as(acts)
     return intervene(lm, neurons, change, positions, n_queries=len(v) if v.ndim == 3 else None)
 
-# %% ../nbs/01_neurons.ipynb #0b013b63
+# %% ../nbs/01_neurons.ipynb #15e9fb57
 @torch.no_grad()
 def read(
     lm:LM,              # the model
