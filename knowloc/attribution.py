@@ -193,11 +193,12 @@ def _panels(runs, target, layer, base, cell, lo, width, x, w, batch_rows, tick):
     return start, area
 
 def _worst(err, cell, allowed):  # the fewest panels, by largest error, without which each cell's errors sum to at most `allowed[cell]`
+    dev = err.device; err, cell, allowed = err.cpu(), cell.cpu(), allowed.cpu()   # few numbers, summed in float64, which not every device has
     order = err.argsort(stable=True); order = order[cell[order].argsort(stable=True)]
     e, c = err[order].double(), cell[order]
     per_cell = torch.zeros(len(allowed), dtype=e.dtype, device=e.device).index_add_(0, c, e)
     upto = e.cumsum(0) - (per_cell.cumsum(0) - per_cell)[c]
-    return torch.zeros_like(cell, dtype=torch.bool).index_put((order,), upto > allowed[c])
+    return torch.zeros_like(cell, dtype=torch.bool).index_put((order,), upto > allowed[c]).to(dev)
 
 # %% ../nbs/04_attribution.ipynb #4a8c3bb5
 def integrate(
